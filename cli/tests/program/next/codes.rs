@@ -94,6 +94,7 @@ const NOT_PROVOKED: &[(&str, &[&str])] = &[
             "files.link",
             "files.loop",
             "files.not-folder",
+            "files.piece",
             "files.not-link",
             "files.offline",
             "files.outside",

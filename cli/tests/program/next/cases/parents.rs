@@ -83,13 +83,6 @@ pub fn parents() -> Vec<Case> {
         case("parent: foreign.*", 4, |f| keep_base(f, |path| fs::write(path, "").unwrap()), read)
             .filled(parent),
         case(
-            "parent: foreign.*",
-            4,
-            |f| keep_base(f, |path| fs::write(path, b"QFI\xfb\0\0\0\x03").unwrap()),
-            read,
-        )
-        .filled(parent),
-        case(
             "parent: kind not-vhdx",
             4,
             |f| keep_base(f, |path| fs::write(path, b"\x01\x02\x03").unwrap()),
