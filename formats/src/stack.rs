@@ -2,11 +2,21 @@
 
 use std::fmt::Debug;
 use std::io;
+use std::num::NonZeroUsize;
 use std::ops::Range;
-use std::sync::Arc;
+use std::panic::resume_unwind;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::thread::{self, Builder};
 
 use avhdx::storage::{FileId, Storage};
 use avhdx::{Error, Extent, FileOffset, Geometry, LayerId, Result, Source};
+
+/// From how many packed bytes on several threads are faster than one.
+const MANY: usize = 128 << 10;
+/// The most bytes that are unpacked in each of several threads at once.
+const MOST_UNIT: u64 = 2 << 20;
+/// How many threads a read uses at most: each takes the memory of a packed cluster.
+const MOST_THREADS: usize = 4;
 
 /// Where bytes are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +54,11 @@ pub(crate) trait Layer: Debug + Send + Sync {
 
     /// Finds the bytes at the start of a range that is not empty and within the disk, and how far they are together.
     fn find(&self, range: Range<u64>) -> Result<(u64, Found)>;
+
+    /// How many bytes are unpacked at once, whichever of them are asked for.
+    fn unit(&self) -> u64 {
+        0
+    }
 
     /// Fills `buf` with the packed bytes at `offset`, which [`find`](Self::find) found together.
     fn unpack(&self, buf: &mut [u8], offset: u64) -> Result<()> {
@@ -93,17 +108,18 @@ impl<L: Layer> Stack<L> {
 
     pub(crate) fn read_at(&self, mut buf: &mut [u8], mut offset: u64) -> Result<()> {
         self.geometry().check_range(offset, buf.len() as u64)?;
+        let mut packed = Vec::new();
         while !buf.is_empty() {
             let (end, found) = self.find(offset..offset + buf.len() as u64)?;
             let (now, rest) = buf.split_at_mut((end - offset) as usize);
             match found {
                 At::Zeros => now.fill(0),
-                At::Packed(layer) => layer.unpack(now, offset)?,
+                At::Packed(layer) => packed.push(Packed { layer, buf: now, offset }),
                 At::Data(layer, at) => read(layer.file_at(offset).0.as_ref(), now, at)?,
             }
             (buf, offset) = (rest, end);
         }
-        Ok(())
+        unpack(packed)
     }
 
     pub(crate) fn next_extent(&self, range: Range<u64>) -> Result<Option<Extent>> {
@@ -132,6 +148,44 @@ impl<L: Layer> Stack<L> {
         let storages = self.0.iter().flat_map(Layer::storages);
         storages.filter_map(|storage| storage.id().ok().flatten()).collect()
     }
+}
+
+/// Packed bytes that are found together, and where they go.
+struct Packed<'a, L> {
+    layer: &'a L,
+    buf: &'a mut [u8],
+    offset: u64,
+}
+
+/// Unpacks, where that takes long in several threads, each with one piece at a time.
+fn unpack<L: Layer>(packed: Vec<Packed<'_, L>>) -> Result<()> {
+    let one = |Packed { layer, buf, offset }: Packed<'_, L>| layer.unpack(buf, offset);
+    let bytes: usize = packed.iter().map(|piece| piece.buf.len()).sum();
+    let is_large = packed.iter().any(|piece| piece.layer.unit() > MOST_UNIT);
+    let threads = if bytes < MANY || is_large { 1 } else { processors().min(packed.len()) };
+    if threads < 2 {
+        return packed.into_iter().try_for_each(one);
+    }
+    let rest = Mutex::new(packed.into_iter());
+    let next = || rest.lock().unwrap_or_else(PoisonError::into_inner).next();
+    // A thread that fails takes no more; the others end with what is left.
+    let work = || std::iter::from_fn(next).try_for_each(one);
+    thread::scope(|scope| {
+        let spawn = |_| Builder::new().name("avhdx unpack".into()).spawn_scoped(scope, work).ok();
+        let others: Vec<_> = (1..threads).filter_map(spawn).collect();
+        let own = work();
+        others.into_iter().fold(own, |done, other| match other.join() {
+            Ok(others) => done.and(others),
+            Err(panic) => resume_unwind(panic),
+        })
+    })
+}
+
+/// The processors that this process may use, up to as many as are worth it.
+fn processors() -> usize {
+    static COUNT: OnceLock<usize> = OnceLock::new();
+    let count = || thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    (*COUNT.get_or_init(count)).min(MOST_THREADS)
 }
 
 /// Finds the bytes at the start of a range in a file that is a disk as it is. Its holes are zeros.

@@ -201,12 +201,16 @@ impl Qcow2Layer {
 
     fn unpack_unnamed(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         let start = offset / self.cluster() * self.cluster();
-        let mut held = self.unpacked.lock().unwrap_or_else(PoisonError::into_inner);
-        if held.as_ref().is_none_or(|(at, _)| *at != start) {
-            *held = Some((start, self.unpacked(start)?));
+        let held = || self.unpacked.lock().unwrap_or_else(PoisonError::into_inner);
+        let within = (offset - start) as usize..(offset - start) as usize + buf.len();
+        if let Some((_, bytes)) = held().as_ref().filter(|(at, _)| *at == start) {
+            buf.copy_from_slice(&bytes[within]);
+            return Ok(());
         }
-        let Some((_, bytes)) = &*held else { return Ok(()) };
-        buf.copy_from_slice(&bytes[(offset - start) as usize..][..buf.len()]);
+        // Without the lock: others unpack meanwhile.
+        let bytes = self.unpacked(start)?;
+        buf.copy_from_slice(&bytes[within]);
+        *held() = Some((start, bytes));
         Ok(())
     }
 
@@ -299,6 +303,10 @@ impl Layer for Qcow2Layer {
         self.find_unnamed(range).map_err(|error| error.in_file(self.storage.name()))
     }
 
+    fn unit(&self) -> u64 {
+        self.cluster()
+    }
+
     fn unpack(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         self.unpack_unnamed(buf, offset).map_err(|error| error.in_file(self.storage.name()))
     }
@@ -343,6 +351,13 @@ impl Layer for AnyLayer {
         match self {
             Self::Qcow2(layer) => layer.find(range),
             Self::Raw(layer) => find_raw(layer.storage.as_ref(), range),
+        }
+    }
+
+    fn unit(&self) -> u64 {
+        match self {
+            Self::Qcow2(layer) => layer.unit(),
+            Self::Raw(_) => 0,
         }
     }
 

@@ -280,6 +280,14 @@ impl Layer for VmdkLayer {
         Ok((start + end, found))
     }
 
+    fn unit(&self) -> u64 {
+        let grain = |part: &Part| match &part.bytes {
+            Bytes::Sparse(sparse) => sparse.header.grain,
+            _ => 0,
+        };
+        self.parts.iter().map(grain).max().unwrap_or(0)
+    }
+
     fn unpack(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         let part = self.part(offset)?;
         let Bytes::Sparse(sparse) = &part.bytes else {
@@ -287,18 +295,22 @@ impl Layer for VmdkLayer {
         };
         let start = sparse.grain_start(offset - part.range.start);
         let key = part.range.start + start;
-        let mut held = self.unpacked.lock().unwrap_or_else(PoisonError::into_inner);
-        if held.as_ref().is_none_or(|(at, _)| *at != key) {
-            let bytes =
-                sparse.unpacked(start).map_err(|error| error.in_file(part.storage.name()))?;
-            *held = Some((key, bytes));
-        }
-        let Some((_, bytes)) = &*held else { return Ok(()) };
         let first = (offset - key) as usize;
-        match bytes.get(first..first + buf.len()) {
-            Some(bytes) => buf.copy_from_slice(bytes),
-            None => return Err(Error::other("the image changed while it was read")),
+        let mut fill = |bytes: &[u8]| match bytes.get(first..first + buf.len()) {
+            Some(bytes) => {
+                buf.copy_from_slice(bytes);
+                Ok(())
+            }
+            None => Err(Error::other("the image changed while it was read")),
+        };
+        let held = || self.unpacked.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, bytes)) = held().as_ref().filter(|(at, _)| *at == key) {
+            return fill(bytes);
         }
+        // Without the lock: others unpack meanwhile.
+        let bytes = sparse.unpacked(start).map_err(|error| error.in_file(part.storage.name()))?;
+        fill(&bytes)?;
+        *held() = Some((key, bytes));
         Ok(())
     }
 }
