@@ -30,6 +30,7 @@ mod mutated;
 mod operations;
 mod place;
 mod read;
+mod repair;
 mod watch;
 
 use input::Input;
@@ -49,6 +50,7 @@ const TARGETS: &[(&str, Run)] = &[
     ("metadata", metadata::run),
     ("operations", operations::run),
     ("read", read::run),
+    ("repair", repair::run),
 ];
 
 /// The names of all targets.
