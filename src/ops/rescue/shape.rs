@@ -361,6 +361,7 @@ fn unknown_size(anatomy: &Anatomy) -> Error {
         let message = "the file has nothing of a VHDX image: no signature, no table";
         return Error::new(ErrorKind::NotVhdx, "rescue.nothing", message)
             .at(0)
+            .with_section("2.2")
             .with_found(format_args!("{} bytes", anatomy.file_len))
             .with_expected(
                 "a header, a region table, a log, metadata, or a block allocation table",
@@ -368,6 +369,7 @@ fn unknown_size(anatomy: &Anatomy) -> Error {
     }
     let message = "neither metadata nor a table is left to tell the size of the disk";
     Error::new(ErrorKind::Damaged, "rescue.size-unknown", message)
+        .with_section("2.6.2.2")
         .at(anatomy.metadata.unwrap_or_default())
         .with_found("no size")
         .with_expected("the size of the disk, from whoever knows it")
