@@ -65,6 +65,8 @@ fn nothing_in_the_library_or_the_program_matches_on_the_text_of_a_message() {
 fn bytes_of_the_format_are_read_and_written_in_its_floor_alone_and_by_one_library() {
     // These pack pages in memory and give the same bytes back, whatever they mean.
     let packers = ["src/tables/page.rs", "src/answers/packed.rs"];
+    // A file of this crate alone, and partition tables: each layout is in one source.
+    let others = ["src/ops/repair/undo.rs", "src/ops/rescue/partitions.rs"];
     let root = Path::new(ROOT);
     let (mut seen, mut wrong) = (0, Vec::new());
     for path in sources("src") {
@@ -73,10 +75,11 @@ fn bytes_of_the_format_are_read_and_written_in_its_floor_alone_and_by_one_librar
         let own = ["_le_bytes", "_be_bytes", "_ne_bytes"];
         let of_the_format = ["LittleEndian", "BigEndian", "NativeEndian", "_bytes_le"];
         let (is_format, is_packer) = (name.starts_with("src/format/"), packers.contains(&&*name));
+        let is_other = others.contains(&&*name);
         for (n, line) in production(&text).lines().enumerate() {
             let has = |words: &[&str]| words.iter().any(|word| line.contains(word));
             seen += usize::from(is_format && has(&of_the_format));
-            if has(&own) && !is_packer || has(&of_the_format) && !is_format {
+            if has(&own) && !is_packer || has(&of_the_format) && !is_format && !is_other {
                 wrong.push(format!("{name}:{}: {}", n + 1, line.trim()));
             }
         }
@@ -131,9 +134,10 @@ fn no_two_layer_ids_are_equal() {
 }
 
 /// The public types that others can match on or build in full, each with the reason in its docs.
-const EXHAUSTIVE: [&str; 8] = [
+const EXHAUSTIVE: [&str; 9] = [
     "ChangedSource",
     "Extent",
+    "Placement",
     "Planned",
     "PlannedFlush",
     "PlannedSource",

@@ -59,6 +59,15 @@ bitflags! {
     }
 }
 
+impl ItemFlags {
+    /// The flags as a table entry holds them.
+    pub(crate) fn to_bytes(self) -> [u8; 4] {
+        let mut bytes = [0; 4];
+        FieldsMut(&mut bytes).u32(0, self.bits());
+        bytes
+    }
+}
+
 bitflags! {
     /// The flags of the File Parameters item.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -21,6 +21,21 @@ use crate::error::{Error, Result};
 
 pub(crate) use limits::MOST_NEEDED;
 
+/// The number at `at`, if the bytes reach so far.
+pub(crate) fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(LittleEndian::read_u32(bytes.get(at..)?.get(..4)?))
+}
+
+/// As [`u32_at`].
+pub(crate) fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
+    Some(LittleEndian::read_u64(bytes.get(at..)?.get(..8)?))
+}
+
+/// An identity as structures hold it.
+pub(crate) fn guid_bytes(guid: Uuid) -> [u8; 16] {
+    guid.to_bytes_le()
+}
+
 /// Receives the faults of a structure, one by one.
 pub(crate) type OnError<'a> = &'a mut dyn FnMut(Error);
 

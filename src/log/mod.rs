@@ -11,7 +11,7 @@ use uuid::Uuid;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::header::Header;
 use crate::format::log_entry::{Descriptor, SECTOR};
-use crate::format::{MOST_NEEDED, OnError, region};
+use crate::format::{MOST_NEEDED, OnError, guid_bytes, region};
 use crate::storage::{Overlay, Patch, Storage, length_of};
 
 use ring::Ring;
@@ -173,7 +173,7 @@ pub(crate) fn identities(storage: &dyn Storage, header: &Header, most: usize) ->
 pub(crate) fn bears(storage: &dyn Storage, header: &Header, guid: Uuid) -> Result<bool> {
     let file_len = length_of(storage)?;
     check_place(header, file_len)?;
-    let wanted = guid.to_bytes_le();
+    let wanted = guid_bytes(guid);
     let range = header.log_range();
     // What may be the start of the identity goes on into the next piece.
     let mut piece = Vec::new();

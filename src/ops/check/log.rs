@@ -126,7 +126,7 @@ fn report_pending(
             let message = "reserved bytes of a log entry are used";
             findings.warning(
                 Error::damaged("log.reserved", "2.3.1.1", at + 28, message)
-                    .with_found(format_args!("{:#x}", u32::from_le_bytes(reserved)))
+                    .with_found(format_args!("{reserved:02x?}"))
                     .with_expected("zeros"),
             );
         }

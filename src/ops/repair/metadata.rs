@@ -29,7 +29,7 @@ pub(super) fn bits(work: &Work<'_>) -> Result<Outcome> {
         if let Some(expected) = flags_of(entry.item).filter(|_| !flags.contains(ItemFlags::USER)) {
             flags = expected;
         }
-        table[start + 24..start + 28].copy_from_slice(&flags.bits().to_le_bytes());
+        table[start + 24..start + 28].copy_from_slice(&flags.to_bytes());
         if entry.length == 0 {
             table[start + 16..start + 20].fill(0);
         }

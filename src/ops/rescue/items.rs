@@ -10,6 +10,7 @@ use crate::format::locator::ParentLocator;
 use crate::format::metadata::{
     self, FileFlags, FileParameters, MetadataTable, is_disk_size, is_sector_size,
 };
+use crate::format::{guid_bytes, u32_at, u64_at};
 use crate::types::MIB;
 
 /// The items, as far as they are there.
@@ -64,13 +65,13 @@ impl Items {
             items.has_parent = Some(Fact::sure(file.flags.contains(FileFlags::HAS_PARENT)));
         }
         let sector = |item| {
-            let size = u32::from_le_bytes(region.item(item, 4)?.try_into().ok()?);
+            let size = u32_at(region.item(item, 4)?, 0)?;
             is_sector_size(size).then_some(size)
         };
         items.logical_sector = sector(metadata::LOGICAL_SECTOR_SIZE).map(Fact::sure);
         items.physical_sector = sector(metadata::PHYSICAL_SECTOR_SIZE);
         let size = region.item(metadata::VIRTUAL_DISK_SIZE, 8);
-        let size = size.and_then(|bytes| Some(u64::from_le_bytes(bytes.try_into().ok()?)));
+        let size = size.and_then(|bytes| u64_at(bytes, 0));
         items.size = size.filter(|size| *size > 0 && is_disk_size(*size, 512)).map(Fact::sure);
         if let Some(place) = region.place(metadata::PARENT_LOCATOR) {
             // A locator says so too.
@@ -85,17 +86,16 @@ impl Items {
     /// The items by their values, in the order and place in which programs write them.
     fn by_order(region: &Region<'_>, traces: &mut Traces) -> Option<Self> {
         let at = MetadataTable::LEN;
-        let u32_at =
-            |at: usize| u32::from_le_bytes(region.0[at..at + 4].try_into().unwrap_or([0; 4]));
+        let number = |at| u32_at(region.0, at).unwrap_or_default();
         let file = FileParameters::parse(&region.0[at..at + FileParameters::LEN], 0).ok()?;
-        let size = u64::from_le_bytes(region.0[at + 8..at + 16].try_into().ok()?);
+        let size = u64_at(region.0, at + 8)?;
         // The identity of the disk stands behind the sector sizes, as Windows has it, or before them, as QEMU does.
         let sectors = |at: usize| {
-            let (logical, physical) = (u32_at(at), u32_at(at + 4));
+            let (logical, physical) = (number(at), number(at + 4));
             (is_sector_size(logical) && is_sector_size(physical)).then_some((logical, physical))
         };
         let (logical, physical) = sectors(at + 16).or_else(|| sectors(at + 32))?;
-        let is_it = u32_at(at + 4) <= 3 && size > 0 && is_disk_size(size, logical);
+        let is_it = number(at + 4) <= 3 && size > 0 && is_disk_size(size, logical);
         if !is_it {
             return None;
         }
@@ -119,11 +119,10 @@ impl Region<'_> {
 
     /// The place of an item by its entry, which its identifier makes certain, whatever is left of the table.
     fn place(&self, item: Uuid) -> Option<Range<usize>> {
-        let id = item.to_bytes_le();
+        let id = guid_bytes(item);
         let entries = self.0[..MetadataTable::LEN].chunks_exact(32);
         let entry = entries.skip(1).find(|entry| entry[..16] == id)?;
-        let field =
-            |at: usize| Some(u32::from_le_bytes(entry[at..at + 4].try_into().ok()?) as usize);
+        let field = |at| u32_at(entry, at).map(|number| number as usize);
         let (offset, len) = (field(16)?, field(20)?);
         let end = offset.checked_add(len)?;
         (offset >= MetadataTable::LEN && end <= self.0.len() && len > 0).then_some(offset..end)

@@ -8,6 +8,8 @@ use crate::format::bat::BatEntry;
 use crate::types::{BatIndex, DiskOffset, FileOffset, MIB};
 
 /// Bytes of the file that someone knows to lie at a place of the disk. The whole block around them is placed.
+///
+/// Exhaustive on purpose: callers make it, and each of its fields decides.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Placement {
     /// Where the bytes lie in the file of the layer.
