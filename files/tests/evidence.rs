@@ -635,3 +635,33 @@ fn files_that_are_whole_read_as_they_were() {
         assert!(whole > sound.len() && lost_files > 0);
     }
 }
+
+/// The second copy of the partition table is behind the cut, and nothing depends on it.
+#[test]
+fn a_disk_whose_end_is_lost_has_whole_files_before_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let files = folder.path().join("files");
+    fill(&files, 9, 20 * MIB);
+    let part = MIB..127 * MIB;
+    let parts = std::slice::from_ref(&part);
+    let Some(disk) = gpt(folder.path(), 128 * MIB, parts) else { return };
+    let Some(()) = ext(&disk, &part, &[], &files) else { return };
+    let mut bytes = std::fs::read(&disk).unwrap();
+    let sound = contents(&images::tree(&bytes));
+    // Data lies in the first part of so empty a volume, and what is behind the middle is the rest of it.
+    let cut = 40 * MIB;
+    bytes[cut as usize..].fill(0);
+    let (mut whole, mut lost) = (0, 0);
+    let ruin = images::disk(bytes);
+    whole_files(&ruin, std::slice::from_ref(&(cut..128 * MIB)), &mut |file| {
+        whole += usize::from(file.is_whole);
+        lost += usize::from(!file.is_whole);
+        assert!(!file.is_whole || sound.contains_key(&file.path), "{file:?}");
+    })
+    .unwrap();
+    assert!(whole > sound.len() / 2, "{whole} of {} are whole, {lost} are not", sound.len());
+    // With both copies lost, or the first and what it names, nothing is certain.
+    for lost in [&[0..2 * MIB, 127 * MIB..128 * MIB][..], &[0..MIB, cut..128 * MIB]] {
+        let _ = whole_files(&ruin, lost, &mut |file| assert!(!file.is_whole, "{file:?}"));
+    }
+}

@@ -34,6 +34,9 @@ pub struct Whole {
     pub error: Option<Error>,
 }
 
+/// The sectors of a partition table at either end of a disk: its header and 128 entries, and the MBR before.
+const TABLE_SECTORS: u64 = 34;
+
 /// Tells of each file of all volumes whether it is whole, with the ranges of the disk that are lost, in order. Each file
 /// comes after the folder that it lies in. Contents are not read.
 ///
@@ -45,7 +48,11 @@ pub fn whole_files(
     each: &mut dyn FnMut(Whole),
 ) -> crate::Result<()> {
     let volumes = Volumes::of(Arc::clone(disk))?;
-    let is_found = !meets_any(lost, &volumes.touched());
+    // Either copy of a partition table will do; in what else was looked at for signatures, there are none if it is lost.
+    let geometry = disk.geometry();
+    let table = (TABLE_SECTORS * u64::from(geometry.logical_sector)).min(geometry.size);
+    let is_found =
+        !meets_any(lost, &[0..table]) || !meets_any(lost, &[geometry.size - table..geometry.size]);
     for volume in volumes.iter().filter(|volume| volume.is_readable()) {
         walk(volume, lost, is_found, each);
     }
