@@ -51,8 +51,8 @@ pub fn whole_files(
     // Either copy of a partition table will do; in what else was looked at for signatures, there are none if it is lost.
     let geometry = disk.geometry();
     let table = (TABLE_SECTORS * u64::from(geometry.logical_sector)).min(geometry.size);
-    let is_found =
-        !meets_any(lost, &[0..table]) || !meets_any(lost, &[geometry.size - table..geometry.size]);
+    let is_there = |copy: Range<u64>| !meets_any(lost, std::slice::from_ref(&copy));
+    let is_found = is_there(0..table) || is_there(geometry.size - table..geometry.size);
     for volume in volumes.iter().filter(|volume| volume.is_readable()) {
         walk(volume, lost, is_found, each);
     }
