@@ -219,7 +219,7 @@ fn a_parent_must_have_its_whole_chain_and_no_writer() {
     let held = fs::File::open(folder.file("l2.vhdx")).unwrap();
     held.try_lock().unwrap();
     folder.run("create c.avhdx --parent l2.vhdx").expect(6).says("in use");
-    drop(held);
+    held.unlock().unwrap();
     fs::remove_file(folder.file("l1.vhdx")).unwrap();
     folder.run("create c.avhdx --parent l2.vhdx").expect(5).says("l1.vhdx");
     folder.run("create c.avhdx --parent gone.vhdx").expect(3).says("gone.vhdx");

@@ -74,7 +74,7 @@ fn what_cannot_be_resized_stays_as_it_is() {
     let held = fs::File::options().read(true).write(true).open(folder.file("l2.vhdx")).unwrap();
     held.try_lock().unwrap();
     of_chain("resize l2.vhdx 8M", 6, "in use");
-    drop(held);
+    held.unlock().unwrap();
     fs::rename(folder.file("l0.vhdx"), folder.file("elsewhere")).unwrap();
     folder.run("resize l2.vhdx 8M").expect(5).says("l0.vhdx");
     fs::rename(folder.file("elsewhere"), folder.file("l0.vhdx")).unwrap();
