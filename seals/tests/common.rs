@@ -11,7 +11,7 @@ use avhdx_testkit::naive::{Chain, Layer, Says};
 pub const LEAF: u64 = 65536;
 
 pub fn long() -> bool {
-    std::env::var_os("AVHDX_LONG").is_some()
+    std::env::var_os("AVHDX_LONG").is_some_and(|value| value == "1")
 }
 
 /// A random chain in a folder; the paths go from the base up.
