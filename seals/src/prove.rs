@@ -255,10 +255,15 @@ impl<'a> Subject<'a> {
         let (was, is) = (map_of(sealed), map_of(now));
         let parents = was.ranges(range.start, sector).filter(|(state, _)| *state == State::Parent);
         let own = is.ranges(range.start, sector).filter(|(state, _)| *state != State::Parent);
-        let own: Vec<Range<u64>> = own.map(|(_, range)| range).collect();
-        let overlaps = |a: &Range<u64>, b: &Range<u64>| a.start < b.end && b.start < a.end;
-        if parents.into_iter().any(|(_, range)| own.iter().any(|own| overlaps(own, &range))) {
-            return Ok(Some(What::Map));
+        let own: Vec<(State, Range<u64>)> = own.collect();
+        for (_, parents) in parents {
+            for (state, own) in &own {
+                let taken = own.start.max(parents.start)..own.end.min(parents.end);
+                // A block of zeros over zeros may be zeros as a whole.
+                if !taken.is_empty() && (*state == State::Data || !self.is_zero_below(taken)?) {
+                    return Ok(Some(What::Map));
+                }
+            }
         }
         let view = self.view()?;
         let mut buf = Vec::new();
@@ -282,6 +287,21 @@ impl<'a> Subject<'a> {
         match same {
             Ok(same) => Ok((!same).then_some(What::Contents)),
             Err(error) if error.kind() == ErrorKind::Damaged => Ok(Some(What::Unreadable(error))),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether the layer below reads as zeros there, as it does behind its end.
+    fn is_zero_below(&self, range: Range<u64>) -> Result<bool> {
+        let layers = self.chain.layers();
+        let mut below = layers.iter().skip_while(|layer| layer.id != self.layer).skip(1);
+        let Some(below) = below.next() else { return Ok(true) };
+        let below = self.chain.view(below.id)?;
+        let end = range.end.min(below.geometry().size);
+        let mut bytes = vec![0xFF; end.saturating_sub(range.start) as usize];
+        match below.read_at(&mut bytes, range.start.min(end)) {
+            Ok(()) => Ok(bytes.iter().all(|byte| *byte == 0)),
+            Err(error) if error.kind() == ErrorKind::Damaged => Ok(false),
             Err(error) => Err(error),
         }
     }

@@ -144,7 +144,8 @@ fn a_write_makes_a_seal_stale_and_a_lost_one_is_missed() {
 #[test]
 fn a_compaction_and_a_label_leave_a_seal_true() {
     let mut dropped = 0;
-    for seed in 40..if long() { 80 } else { 52 } {
+    // With 66, a block of zeros over the parent's zeros becomes zeros as a whole.
+    for seed in (40..if long() { 80 } else { 52 }).chain([66]) {
         let files = Files::random(seed, 3);
         // Blocks that the parent has too, and blocks of zeros: a compaction drops them.
         let writer = OpenOptions::new().writable(true).open(files.tip()).unwrap();
