@@ -463,7 +463,7 @@ pub(crate) fn path_of(image: &Core) -> Result<&Path> {
 /// Refuses a file other than the one that `image` is open on.
 fn check_same(image: &Core, storage: &dyn Storage) -> Result<()> {
     let ids = [image.bare_storage().id(), storage.id()].map(|id| id.ok().flatten());
-    if ids[0] == ids[1] && image.has_headers_of(storage) {
+    if ids[0] == ids[1] && image.has_headers_of(storage)? {
         return Ok(());
     }
     let message = "the file was changed since the chain was opened";

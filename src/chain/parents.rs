@@ -49,7 +49,7 @@ fn is_still(image: &Core, storage: &dyn Storage) -> bool {
         !image.has_parent() || (image.path(), image.via()) == (storage.path(), storage.via());
     is_found_alike
         && storage.len().is_ok_and(|len| len == image.len_of_file())
-        && image.has_headers_of(storage)
+        && image.has_headers_of(storage).is_ok_and(|are_same| are_same)
 }
 
 /// Stack names and open parents, shared by the users of one budget.

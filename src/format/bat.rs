@@ -197,9 +197,10 @@ impl BlockLayout {
         self.chunks() * (self.chunk_ratio() + 1)
     }
 
-    /// Length of a table with [all entries](Self::entries_reserved), in bytes.
+    /// Length of a table with [all entries](Self::entries_reserved), in bytes. A region is never empty: a disk without a
+    /// byte has one too.
     pub(crate) fn table_len(&self) -> u64 {
-        (self.entries_reserved() * ENTRY_LEN).next_multiple_of(MIB)
+        (self.entries_reserved() * ENTRY_LEN).next_multiple_of(MIB).max(MIB)
     }
 
     /// The base-2 logarithm of the chunk ratio: a chunk has 2^23 sectors, a block at most 2^28 bytes.

@@ -154,8 +154,17 @@ impl Core {
     }
 
     /// Whether the file in `storage` has the headers that this image knows, so that no other session has begun.
-    pub(crate) fn has_headers_of(&self, storage: &dyn Storage) -> bool {
-        read_headers(storage).is_ok_and(|headers| headers.current() == self.headers().current())
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`] if they cannot be read.
+    pub(crate) fn has_headers_of(&self, storage: &dyn Storage) -> Result<bool> {
+        // Held meanwhile, so that this image's writer changes none.
+        let known = self.headers();
+        match read_headers(storage) {
+            Ok(headers) => Ok(headers.current() == known.current()),
+            Err(error) if error.kind() == ErrorKind::Io => Err(error.in_file(self.name())),
+            Err(_) => Ok(false),
+        }
     }
 
     /// Whether the file still has the headers that this image knows. Another writer would have changed them.
@@ -163,13 +172,7 @@ impl Core {
     /// # Errors
     /// [`ErrorKind::Io`] if they cannot be read.
     pub(crate) fn has_known_headers(&self) -> Result<bool> {
-        // Held meanwhile, so that this image's writer changes none.
-        let known = self.headers();
-        match read_headers(self.bare_storage().as_ref()) {
-            Ok(headers) => Ok(headers.current() == known.current()),
-            Err(error) if error.kind() == ErrorKind::Io => Err(error.in_file(self.name())),
-            Err(_) => Ok(false),
-        }
+        self.has_headers_of(self.bare_storage().as_ref())
     }
 
     /// The identity by which a new child may know the image as it stands: what was written is made durable, and the

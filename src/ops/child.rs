@@ -153,8 +153,12 @@ pub(super) fn exchange_names(op: &Operation<'_>, child: &Core, parent: &Core) ->
 /// Whether `path` names the image's file. If the host cannot identify files, the headers decide.
 fn is_file_of(host: &dyn Host, path: &Path, image: &Core) -> io::Result<bool> {
     let file = image.bare_storage().as_ref();
-    Ok(is_file(host, path, file)?
-        && (file.id()?.is_some() || image.has_headers_of(host.open(path, Access::Read)?.as_ref())))
+    if !is_file(host, path, file)? {
+        return Ok(false);
+    }
+    let has_headers =
+        |other: &dyn Storage| image.has_headers_of(other).is_ok_and(|are_same| are_same);
+    Ok(file.id()?.is_some() || has_headers(host.open(path, Access::Read)?.as_ref()))
 }
 
 /// Returns where an image lies at the end of an operation. If another file has its name and the folder has no other

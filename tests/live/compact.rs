@@ -335,6 +335,27 @@ fn a_compaction_takes_the_space_of_its_forecast_and_is_refused_without_it() {
     assert!(refused > 2 && free > 2, "{refused} refused, {free} moved without any space");
 }
 
+/// Its table has no entries; a region is never empty.
+#[test]
+fn a_disk_without_a_byte_keeps_a_table() {
+    let mut image = Image::dynamic(0);
+    image.gap = 3 * MIB;
+    for behind in [0, 4 * MIB] {
+        let host = host_of(std::slice::from_ref(&image));
+        let mut bytes = bytes_of(&host, 0);
+        bytes.resize(bytes.len() + behind as usize, 0);
+        host.remove(&file(0)).unwrap();
+        host.create_new(&file(0)).unwrap().write_at(&bytes, 0).unwrap();
+        let chain = open(&host, 0);
+        let forecast = Compact::new().forecast(&chain).unwrap();
+        assert_eq!(Compact::new().run(&chain).unwrap(), forecast.outcome);
+        chain.close().unwrap();
+        let after = layer(&host, 0);
+        assert_eq!((after.size, after.bat().end - after.bat().start), (0, MIB));
+        assert_sound(&host, 0, behind);
+    }
+}
+
 #[test]
 fn images_that_must_stay_as_they_are_are_refused() {
     let mut base = Image::dynamic(4 * MIB);

@@ -124,10 +124,14 @@ impl Terminal {
         self.shell.stdin.as_mut().unwrap().write_all(keys.as_bytes()).unwrap();
     }
 
+    fn has_printed(&self, text: &str) -> bool {
+        self.printed.lock().unwrap().contains(text)
+    }
+
     /// Waits until the shell has printed a text.
     fn until(&self, text: &str) {
         let begun = Instant::now();
-        while !self.printed.lock().unwrap().contains(text) {
+        while !self.has_printed(text) {
             let printed = self.printed.lock().unwrap().clone();
             assert!(begun.elapsed() < Duration::from_secs(60), "no {text:?} in {printed:?}");
             thread::sleep(Duration::from_millis(20));
@@ -166,11 +170,16 @@ fn complete_in(mut terminal: Terminal, set_up: &str, more: &[(&str, &str)]) {
     terminal.type_in(&format!("{set_up}\necho READ''Y\n"));
     terminal.until("READY");
     for (n, (typed, expected)) in TYPED.iter().chain(more).enumerate() {
-        // Ctrl-A goes to the start of the line: the words are printed instead of run.
-        terminal.type_in(&format!("avhdx read {typed}\t"));
-        thread::sleep(Duration::from_millis(1500));
-        terminal.type_in(&format!("\x01printf '{n}<%s>\\n' \n"));
-        terminal.until(&format!("{n}<{expected}>"));
+        // A busy machine may take long to complete.
+        let has_completed = (1..6).any(|attempt| {
+            terminal.type_in(&format!("avhdx read {typed}\t"));
+            thread::sleep(Duration::from_millis(1000 * attempt));
+            // Ctrl-A goes to the start of the line: the words are printed instead of run.
+            terminal.type_in(&format!("\x01printf '{n}.{attempt}<%s>\\n' \n"));
+            terminal.until(&format!("\n{n}.{attempt}<"));
+            terminal.has_printed(&format!("\n{n}.{attempt}<{expected}>"))
+        });
+        assert!(has_completed, "{typed}: {}", terminal.printed.lock().unwrap());
     }
 }
 

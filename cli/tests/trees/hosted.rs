@@ -104,11 +104,24 @@ impl Hand for Mounted {
     }
 
     fn set_time(&mut self, path: &str, time: Time) {
-        use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
-        let time = Timespec { tv_sec: time.0, tv_nsec: time.1.into() };
-        let times = Timestamps { last_access: time, last_modification: time };
-        utimensat(CWD, self.at.join(path), &times, AtFlags::SYMLINK_NOFOLLOW).unwrap();
+        set_time(&self.at.join(path), time);
     }
+}
+
+/// What the file system of this folder keeps of a time: ext4 knows none before 1901 or after 2446.
+pub fn kept_time(folder: &Path, time: Time) -> Time {
+    use std::os::unix::fs::MetadataExt;
+    let probe = tempfile::NamedTempFile::new_in(folder).unwrap();
+    set_time(probe.path(), time);
+    let kept = probe.path().symlink_metadata().unwrap();
+    (kept.mtime(), kept.mtime_nsec() as u32)
+}
+
+fn set_time(path: &Path, time: Time) {
+    use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
+    let time = Timespec { tv_sec: time.0, tv_nsec: time.1.into() };
+    let times = Timestamps { last_access: time, last_modification: time };
+    utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW).unwrap();
 }
 
 /// What only ext has.

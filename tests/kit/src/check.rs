@@ -31,7 +31,7 @@ impl Layer {
         let blocks = self.size.div_ceil(self.block_size);
         let entries = match self.has_parent {
             true => blocks.div_ceil(ratio) * (ratio + 1),
-            false => blocks + (blocks - 1) / ratio,
+            false => blocks + blocks.saturating_sub(1) / ratio,
         };
         if entries * 8 > self.bat.1 {
             faults.push("the BAT is too short".into());
