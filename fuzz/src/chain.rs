@@ -25,9 +25,33 @@ const STATES: [u8; 7] = [
 ];
 
 pub fn run(input: &mut Input<'_>) {
-    let sector = *input.pick(&[512, 4096]);
-    // Blocks around the end of a chunk, too, which the next sector bitmap follows.
     let is_large = input.chance(1, 4);
+    let Sound { images, files, edges } = sound(is_large, input);
+    let mut sectors: Vec<u64> = edges.iter().flat_map(|at| [at.saturating_sub(1), *at]).collect();
+    sectors.sort_unstable();
+    sectors.dedup();
+    let files: Vec<Bytes> = files.into_iter().map(|(bytes, _)| bytes).collect();
+    let place = Place::new(&files);
+    let naive = place.naive(place.count).expect("sound images");
+    let chain = place.open(&place.options()).unwrap_or_else(|error| panic!("{error}"));
+    for (tip, id) in ids(&chain).into_iter().enumerate() {
+        let view = chain.view(id).expect("a layer of the chain");
+        assert_eq!(view.geometry().size, images[tip].size);
+        agrees(&view, &naive, tip, &sectors, Errors::Refused, input);
+    }
+}
+
+/// A sound chain, base first.
+pub struct Sound {
+    pub images: Vec<Image>,
+    pub files: Vec<(Bytes, Layout)>,
+    /// Sectors in front of which something changes.
+    edges: Vec<u64>,
+}
+
+/// A chain of up to three layers. Large ones have blocks around the end of a chunk, which the next sector bitmap follows.
+pub fn sound(is_large: bool, input: &mut Input<'_>) -> Sound {
+    let sector = *input.pick(&[512, 4096]);
     let mut images: Vec<Image> = Vec::new();
     let mut edges = vec![0];
     for n in 0..1 + input.below(3) {
@@ -58,19 +82,9 @@ pub fn run(input: &mut Input<'_>) {
     for (image, seed) in images.iter().zip(1..) {
         let (mut bytes, layout) = bytes_of(image);
         fill(image, &layout, seed, &mut bytes);
-        files.push(bytes);
+        files.push((bytes, layout));
     }
-    let mut sectors: Vec<u64> = edges.iter().flat_map(|at| [at.saturating_sub(1), *at]).collect();
-    sectors.sort_unstable();
-    sectors.dedup();
-    let place = Place::new(&files);
-    let naive = place.naive(place.count).expect("sound images");
-    let chain = place.open(&place.options()).unwrap_or_else(|error| panic!("{error}"));
-    for (tip, id) in ids(&chain).into_iter().enumerate() {
-        let view = chain.view(id).expect("a layer of the chain");
-        assert_eq!(view.geometry().size, images[tip].size);
-        agrees(&view, &naive, tip, &sectors, Errors::Refused, input);
-    }
+    Sound { images, files, edges }
 }
 
 fn put_blocks(image: &mut Image, is_large: bool, edges: &mut Vec<u64>, input: &mut Input<'_>) {

@@ -10,6 +10,9 @@
 
 #[path = "../../tests/common/mod.rs"]
 mod common;
+#[path = "../../tests/rescue/judge.rs"]
+#[allow(dead_code)] // what a table of shares needs
+mod judge;
 #[path = "../../tests/hostile/reading.rs"]
 mod reading;
 #[path = "../../tests/hostile/reshaping.rs"]
@@ -31,6 +34,7 @@ mod operations;
 mod place;
 mod read;
 mod repair;
+mod rescue;
 mod watch;
 
 use input::Input;
@@ -51,6 +55,7 @@ const TARGETS: &[(&str, Run)] = &[
     ("operations", operations::run),
     ("read", read::run),
     ("repair", repair::run),
+    ("rescue", rescue::run),
 ];
 
 /// The names of all targets.
