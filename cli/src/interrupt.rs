@@ -11,6 +11,7 @@ use avhdx::storage::Draft;
 
 use crate::failure::Failure;
 use crate::output::complain;
+use crate::screen;
 
 static IN_PROGRESS: Mutex<InProgress> = Mutex::new(InProgress::Nothing);
 
@@ -64,6 +65,7 @@ pub(crate) fn arm(json: bool) {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         let armed = ctrlc::set_handler(move || {
+            screen::interrupted();
             // Held until the exit: no file is created, renamed or changed meanwhile.
             let mut in_progress = in_progress();
             if let InProgress::Operation(stop) = &*in_progress

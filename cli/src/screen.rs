@@ -2,7 +2,9 @@
 
 use std::io;
 use std::mem;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use console::{Term, is_dumb};
 use indicatif::{ProgressBar, ProgressDrawTarget, TermLike};
@@ -15,7 +17,11 @@ const ROOM: u16 = 3;
 /// How often a bar is drawn per second.
 const RATE: u8 = 10;
 
+/// A terminal drops what is just being written to it, and echoes `^C`, after it has sent the signal of a Ctrl-C.
+const ECHO: Duration = Duration::from_millis(50);
+
 static SHOWN: Mutex<Shown> = Mutex::new(Shown::Nothing);
+static INTERRUPTED: OnceLock<Instant> = OnceLock::new();
 
 /// What is shown below the last line of standard error.
 #[derive(Debug)]
@@ -63,6 +69,7 @@ pub(crate) fn show(bar: &ProgressBar) {
 
 /// Removes the bar, if there is one.
 pub(crate) fn clear() {
+    wait_for_echo();
     let mut shown = shown();
     if let Shown::Bar(bar) = &*shown {
         hide(bar);
@@ -72,8 +79,22 @@ pub(crate) fn clear() {
 
 /// Removes the bar, if there is one, and shows none from now on.
 pub(crate) fn end() {
+    wait_for_echo();
     if let Shown::Bar(bar) = mem::replace(&mut *shown(), Shown::Ended) {
         hide(&bar);
+    }
+}
+
+/// Records that a signal has come: what is printed next waits until a terminal has echoed a Ctrl-C.
+pub(crate) fn interrupted() {
+    if Term::stderr().features().is_attended() {
+        INTERRUPTED.get_or_init(Instant::now);
+    }
+}
+
+fn wait_for_echo() {
+    if let Some(at) = INTERRUPTED.get() {
+        thread::sleep(ECHO.saturating_sub(at.elapsed()));
     }
 }
 

@@ -331,9 +331,9 @@ pub fn flats() -> Vec<Vec<u8>> {
     vec![base, middle, tip]
 }
 
-/// Writes an image of 8 TiB whose 8 million entries name the same place: its table takes long to look through.
+/// Writes an image of 32 TiB whose 32 million entries name the same place: its table takes long to look through.
 pub fn write_crowded_table(path: &Path) {
-    let mut image = Image::dynamic(8 << 40);
+    let mut image = Image::dynamic(32 << 40);
     image.block_size = 1 << 20;
     image.put(0, Block::full(Data::Zeros));
     let layout = image.write_to(path);
